@@ -1,0 +1,1 @@
+"""gristmill: raw text in, a small language model out."""

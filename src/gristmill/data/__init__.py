@@ -1,0 +1,1 @@
+"""Token ids to batches: packing, the mixture of sources, the loader and its ledger."""

@@ -1,0 +1,1 @@
+"""Before ids: sources of documents, the documents of a corpus, tokenizers."""

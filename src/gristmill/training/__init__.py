@@ -1,0 +1,1 @@
+"""One step: its mathematics, the optimizer, and where arrays lie on devices."""

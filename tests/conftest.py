@@ -1,0 +1,6 @@
+"""Every test sees eight virtual CPU devices; set before JAX is imported."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
