@@ -48,7 +48,7 @@ lint: setup ## Check style, types, import contracts and the Rust core
 
 .PHONY: test
 test: lint ## Run every test that this machine can
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist loadfile
 	@echo "not run here: make test-interop (transformers and PyTorch, 3 GB, in an environment of its own)"
 
 .venv-interop/.packages: tests/interop/requirements.txt .venv/.uv

@@ -60,7 +60,7 @@ def _train(job: Job, corpus: CorpusManifest, regex: str) -> list[tuple[int, int]
     with telemetry.progress("tokenizer", total=total, unit="bytes") as advance:
 
         def texts() -> Iterator[str]:
-            for document in _sample(job, corpus, total):
+            for document in sample(job, corpus, total):
                 advance(len(document.text.encode()))
                 yield document.text
 
@@ -83,7 +83,7 @@ def _train(job: Job, corpus: CorpusManifest, regex: str) -> list[tuple[int, int]
     return merges
 
 
-def _sample(job: Job, corpus: CorpusManifest, total_bytes: int) -> Iterator[documents.Document]:
+def sample(job: Job, corpus: CorpusManifest, total_bytes: int) -> Iterator[documents.Document]:
     """About sample_bytes of the training documents, evenly over sources: a function of each document's id alone."""
     share = min(Fraction(1), Fraction(job.tokenizer.sample_bytes, max(total_bytes, 1)))
     for part in range(len(corpus.parts)):

@@ -81,7 +81,8 @@ def section(corpus: Corpus) -> dict[str, object]:
 def point(job: Job, corpus: CorpusManifest) -> None:
     """Names the corpus a run uses, so that later stages find it without seeing the sources."""
     pointer = _Pointer(digest=corpus.digest, section=digest("corpus", corpus.format, job.corpus.model_dump(mode="json"), {}))
-    storage.replace(_pointer_path(job), pointer.encode())
+    if storage.read_if_present(_pointer_path(job)) != pointer.encode():
+        storage.replace(_pointer_path(job), pointer.encode())
 
 
 def current(job: Job) -> CorpusManifest:

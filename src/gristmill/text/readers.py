@@ -1,16 +1,18 @@
 """The documents of source files, through datatrove.
 
 datatrove's own JSON-lines reader logs and drops a line it cannot parse, and it has no reader of plain text; the reader here raises, and
-knows what a document is in a .txt file.
+knows what a document is in a .txt file. fsspec's zstd ends without a word at a cut file and after a file's first frame; Arrow's does not.
 """
 
 import ast
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, override
 
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datatrove.data import Document
 from datatrove.pipeline.readers import ParquetReader
 from datatrove.pipeline.readers.base import BaseDiskReader
@@ -36,7 +38,9 @@ def read(located: Located, source: FilesSource | None, index: int) -> Iterator[s
             return
         for document in _reader(folder, name, source, len(located.urls)).read_file(name):
             yield document.text
-    except (UnicodeDecodeError, orjson.JSONDecodeError, pa.ArrowInvalid, EOFError) as error:
+    except (ValueError, pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's or the network's; damaged bytes have no number
         raise SourceError(
             f"{url} cannot be read",
             found=str(error).splitlines()[0],
@@ -61,17 +65,29 @@ class _StrictReader(BaseDiskReader):
     def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int | str) -> Document:
         text = data.get(self.text_key)
         if not isinstance(text, str):
-            raise SourceError(
-                f"{source_file} has no text in row {id_in_file}",
-                found=f"columns {', '.join(sorted(data)) or 'none'}; {self.text_key} is {type(text).__name__}",
-                expected=f"a string in the column {self.text_key}",
-                next_step="set text_column to the column that holds the text",
-            )
+            raise self.no_text(source_file, f"row {id_in_file}", data, f"{self.text_key} is {type(text).__name__}")
         return Document(text, str(id_in_file))
+
+    def no_text(self, source_file: str, place: str, columns: Iterable[str], found: str) -> SourceError:
+        """The error for a place where the text column holds no string."""
+        return SourceError(
+            f"{self.data_folder.resolve_paths(source_file)} has no text in {place}",
+            found=f"columns {', '.join(sorted(columns)) or 'none'}; {found}",
+            expected=f"a string in the column {self.text_key}",
+            next_step="set text_column to the column that holds the text",
+        )
 
 
 class _StrictParquetReader(_StrictReader, ParquetReader):
     """Parquet, strictly."""
+
+    @override
+    def read_file(self, filepath: str) -> Iterator[Document]:
+        with self.data_folder.open(filepath, "rb") as file:
+            columns = pq.read_schema(file).names
+        if self.text_key not in columns:
+            raise self.no_text(filepath, "any row", columns, f"no {self.text_key}")
+        yield from super().read_file(filepath)
 
 
 class _LineReader(_StrictReader):
@@ -83,20 +99,31 @@ class _LineReader(_StrictReader):
 
     @override
     def read_file(self, filepath: str) -> Iterator[Document]:
-        with self.data_folder.open(filepath, "rb", compression="infer") as file:
+        with self.data_folder.open(filepath, "rb") as stored, _text(stored, filepath) as file:
             if self.kind == "file":
-                yield Document(file.read().decode("utf-8-sig"), filepath)
+                yield Document(file.read(), filepath)
             elif self.kind == "paragraph":
-                yield from (Document(text, filepath) for text in _paragraphs(_lines(file)))
+                yield from (Document(text, filepath) for text in _paragraphs(file))
             elif self.kind == "line":
-                yield from (Document(line.rstrip("\r\n"), filepath) for line in _lines(file) if line.strip())
+                yield from (Document(line.rstrip("\r\n"), filepath) for line in file if line.strip())
             else:
-                yield from (self.get_document_from_dict(orjson.loads(line), filepath, row) for row, line in enumerate(_lines(file)))
+                yield from (self.get_document_from_dict(_json_object(line, row), filepath, row) for row, line in enumerate(file))
 
 
-def _lines(file: Any) -> Iterator[str]:
-    for number, line in enumerate(file):
-        yield line.decode("utf-8-sig" if number == 0 else "utf-8")
+def _text(stored: Any, name: str) -> io.TextIOWrapper:
+    codec = {"gz": "gzip", "zst": "zstd"}.get(name.rpartition(".")[2])
+    plain = io.BufferedReader(pa.CompressedInputStream(stored, codec)) if codec else stored
+    return io.TextIOWrapper(plain, encoding="utf-8-sig", newline="\n")
+
+
+def _json_object(line: str, row: int) -> dict[str, Any]:
+    try:
+        found = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"line {row + 1}: {error.msg} at column {error.colno}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"line {row + 1}: a {type(found).__name__} where a JSON object was expected")  # noqa: TRY004  # bytes, not a bug
+    return found
 
 
 def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
