@@ -1,5 +1,7 @@
 """inference/generate.py: tokens from the cache are the model's tokens, and draws repeat."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def test_greedy_takes_the_argmax_of_the_uncached_forward(params: Params) -> None
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}])
-def test_a_narrow_draw_is_greedy(params: Params, narrow: dict[str, float]) -> None:
+def test_a_narrow_draw_is_greedy(params: Params, narrow: dict[str, Any]) -> None:
     greedy = generate(params, SPEC, PROMPTS, Sampling(12), eos_id=NEVER)
     assert generate(params, SPEC, PROMPTS, Sampling(12, temperature=1.5, seed=3, **narrow), eos_id=NEVER) == greedy
 
