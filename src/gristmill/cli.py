@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gristmill.stages.sample import Sampled
 
 STAGES = {
-    "corpus": "Read the sources into a corpus: ids, duplicates, held-out documents.",
+    "corpus": "Read the sources: ids, duplicates, held-out documents.",
     "tokenizer": "Train the tokenizer on the corpus.",
     "shards": "Encode the corpus and pack it into rows.",
     "train": "Train the model, from its newest checkpoint on.",
@@ -38,13 +38,18 @@ STAGES = {
 def main() -> None:
     """Entry point of the command `gristmill`."""
     telemetry.configure()
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     with _exit_codes():
         commands(standalone_mode=False)
 
 
-def _terminated(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+class _Stopped(BaseException):
+    """Told to stop by a signal. No KeyboardInterrupt, of which click makes an error of its own."""
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise _Stopped(signal.Signals(number).name)
 
 
 @contextlib.contextmanager
@@ -52,23 +57,30 @@ def _exit_codes() -> Generator[None]:
     """Ends the process as `errors` says; anything unexpected keeps its traceback and ends with 1."""
     try:
         yield
-    except KeyboardInterrupt:
+    except _Stopped as stopped:
         _fail(
             PreemptedError(
                 "told to stop",
-                found="a signal",
+                found=f"the signal {stopped}",
                 expected="finished tasks and checkpoints are kept",
                 next_step="run the same command again to go on from there",
             )
         )
     except GristmillError as error:
         _fail(error)
-    except click.exceptions.Abort:
-        _fail(JobError("stopped", found="no answer", expected="a command", next_step="see gristmill --help"))
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(JobError.exit_code)
-    except OSError as error:
+    except click.ClickException as error:
+        _fail(
+            JobError(
+                "the command line cannot be read",
+                found=error.format_message(),
+                expected="a command and options of gristmill",
+                next_step="see gristmill --help, or gristmill COMMAND --help",
+            )
+        )
+    except (OSError, RuntimeError, ValueError) as error:
         expected = errors.from_os_error(error)
         if expected is None:
             raise
@@ -106,7 +118,7 @@ _STAGE_OPTIONS = (
     _SET,
     click.Option(["--worker"], default="0/1", metavar="I/N", show_default=True, help="Do tasks I, I+N, ... of a data stage."),
     click.Option(["--take-over"], is_flag=True, help="Claim a run from a process that cannot be reached."),
-    click.Option(["--metrics-port"], type=int, help="Serve Prometheus metrics on this port."),
+    click.Option(["--metrics-port"], type=click.IntRange(1, 65_535), help="Serve Prometheus metrics on this port."),
 )
 
 
@@ -155,7 +167,9 @@ def _stage(name: str):  # noqa: ANN202  # a module: its run has the stage's own 
 def _context(worker: str, *, take_over: bool) -> Context:
     index, _, count = worker.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise JobError("--worker cannot be read", found=worker, expected="I/N with 0 <= I < N", next_step="write for instance --worker 0/4")
+        raise JobError(
+            "--worker cannot be read", found=repr(worker), expected="I/N with 0 <= I < N", next_step="write for instance --worker 0/4"
+        )
     return Context(worker_index=int(index), worker_count=int(count), take_over=take_over)
 
 
@@ -194,7 +208,15 @@ def _schema() -> None:
 
 
 def _metrics(run: str, *, bucket: str, ledger: bool) -> None:
-    for record in segments.read(storage.join(bucket, "runs", run, "ledger" if ledger else "metrics")):
+    folder = storage.join(bucket, "runs", run, "ledger" if ledger else "metrics")
+    if not storage.names(folder):
+        raise errors.InputError(
+            f"the run {run} has no {folder.rpartition('/')[2]}",
+            found=f"no files in {folder}",
+            expected="a run whose training has reached a checkpoint",
+            next_step="check RUN, and --bucket if it is not ./out",
+        )
+    for record in segments.read(folder):
         click.echo(json.dumps(record))
 
 
@@ -202,7 +224,7 @@ _add("show", "Print the resolved job and its chain of arithmetic.", _show, _JOB,
 _add("schema", "Print the JSON schema of job files.", _schema)
 _add(
     "metrics",
-    "Print one clean stream of a run's metrics, a JSON object a line.",
+    "Print a run's metrics, or its ledger, as one clean stream.",
     _metrics,
     click.Argument(["run"], metavar="RUN"),
     click.Option(["--bucket"], default="./out", show_default=True, help="The bucket of the run."),

@@ -13,6 +13,15 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 Count = Annotated[int, Field(ge=1)]
 
 
+class DisagreementError(ValueError):
+    """Keys that do not go together: the values that were found, and what was expected of them."""
+
+    def __init__(self, *, found: str, expected: str) -> None:
+        super().__init__(f"{found}; expected: {expected}")
+        self.found = found
+        self.expected = expected
+
+
 class Section(BaseModel):
     """A frozen mapping of the job file that rejects unknown keys."""
 
@@ -66,7 +75,10 @@ class Tokenizer(Section):
     @model_validator(mode="after")
     def _regex_goes_with_custom(self) -> Self:
         if (self.pattern == "custom") != (self.regex is not None):
-            raise ValueError("regex must be given with pattern: custom, and only then")
+            raise DisagreementError(
+                found=f"pattern {self.pattern}, {'no regex' if self.regex is None else 'a regex'}",
+                expected="regex is given with pattern: custom, and only then",
+            )
         return self
 
 
@@ -104,11 +116,13 @@ class Model(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+            raise DisagreementError(found=f"kv_heads {self.kv_heads}, heads {self.heads}", expected="kv_heads divides heads")
         if self.head_dim is None and self.width % self.heads:
-            raise ValueError(f"heads {self.heads} must divide width {self.width} unless head_dim is given")
+            raise DisagreementError(
+                found=f"heads {self.heads}, width {self.width}", expected="heads divides width unless head_dim is given"
+            )
         if self.head_width % 2:
-            raise ValueError(f"a head's width must be even for rotary positions, it is {self.head_width}")
+            raise DisagreementError(found=f"a head of width {self.head_width}", expected="an even width, for rotary positions")
         return self
 
 
@@ -227,18 +241,25 @@ class Job(Section):
     def _sections_agree(self) -> Self:
         train = self.train
         if train.global_batch_tokens % self.shards.sequence_length:
-            raise ValueError(
-                f"train.global_batch_tokens {train.global_batch_tokens} must be a multiple of "
-                f"shards.sequence_length {self.shards.sequence_length}"
+            raise DisagreementError(
+                found=f"train.global_batch_tokens {train.global_batch_tokens}, shards.sequence_length {self.shards.sequence_length}",
+                expected="train.global_batch_tokens is a multiple of shards.sequence_length",
             )
         if self.sequences_per_step % train.accumulation_steps:
-            raise ValueError(
-                f"train.accumulation_steps {train.accumulation_steps} must divide the {self.sequences_per_step} sequences of a step"
+            raise DisagreementError(
+                found=f"train.accumulation_steps {train.accumulation_steps}, {self.sequences_per_step} sequences a step",
+                expected="train.accumulation_steps divides the sequences of a step",
             )
         if set(train.mixture) != set(self.corpus.sources):
-            raise ValueError(f"train.mixture names {sorted(train.mixture)}, corpus.sources names {sorted(self.corpus.sources)}")
+            raise DisagreementError(
+                found=f"train.mixture names {', '.join(sorted(train.mixture))}",
+                expected=f"the names of corpus.sources: {', '.join(sorted(self.corpus.sources))}",
+            )
         if sum(train.mixture.values()) == 0:
-            raise ValueError("train.mixture gives every source the weight 0")
+            raise DisagreementError(found="train.mixture gives every source the weight 0", expected="a weight above 0")
         if train.warmup_steps >= self.steps:
-            raise ValueError(f"train.warmup_steps {train.warmup_steps} must be below the {self.steps} steps of the run")
+            raise DisagreementError(
+                found=f"train.warmup_steps {train.warmup_steps}, {self.steps} steps in the run",
+                expected="train.warmup_steps is below the steps of the run",
+            )
         return self

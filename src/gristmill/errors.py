@@ -5,6 +5,7 @@ mean that trying again cannot help.
 """
 
 import errno
+import os
 
 
 class GristmillError(Exception):
@@ -62,20 +63,31 @@ class DivergedError(GristmillError):
     exit_code = 79
 
 
-def from_os_error(error: OSError) -> GristmillError | None:
-    """The expected failure that an operating-system error stands for; None where it is none that a person can act on."""
-    where = str(error.filename or error)
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def from_os_error(error: OSError | RuntimeError | ValueError) -> GristmillError | None:
+    """The expected failure that an operating-system error stands for; None where it is none that a person can act on.
+
+    Libraries in C++ hand on the system's words alone, in a RuntimeError or ValueError.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        number = next((one for one in _FULL | _FORBIDDEN if os.strerror(one) in str(error)), None)
+    reason = os.strerror(number) if number else ""
+    where = str(getattr(error, "filename", None) or str(error).splitlines()[0])
+    if number in _FULL:
         return MachineError(
             "the disk is full",
             found=f"no space left while writing {where}",
             expected="room for the stage's output and one temporary copy of a file",
             next_step="free space or name another bucket, then run the same command again: finished tasks are kept",
         )
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+    if number in _FORBIDDEN:
         return AccessError(
             "permission denied",
-            found=f"{error.strerror} at {where}",
+            found=f"{reason} at {where}",
             expected="read and write access to the bucket and read access to the sources",
             next_step="grant access to the account that runs this command, then run it again",
         )

@@ -9,20 +9,21 @@ import json
 import re
 import types
 import typing
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import override
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from gristmill.config import Job
+from gristmill.config import DisagreementError, Job
 from gristmill.errors import JobError
 
 _CORE_SCHEMA = (
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F_]+|0o[0-7_]+", list("-+0123456789")),
+    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F][0-9a-fA-F_]*|0o[0-7][0-7_]*", list("-+0123456789")),
     (
         "tag:yaml.org,2002:float",
         r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9_]*)(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
@@ -47,24 +48,37 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    text = loader.construct_scalar(node).replace("_", "")
-    return int(text, 0)
+def _constructor(name: str, read: Callable[[str], object]) -> Callable[[_Loader, yaml.ScalarNode], object]:
+    """Reads a scalar without its underscores; a tag can stand before one that is none of its kind."""
+
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> object:
+        text = loader.construct_scalar(node)
+        try:
+            return read(text.replace("_", "").lower())
+        except (KeyError, ValueError) as error:
+            raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no {name}", node.start_mark) from error
+
+    return construct
 
 
-def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    text = loader.construct_scalar(node).replace("_", "").lower()
+def _float(text: str) -> float:
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in _CORE_SCHEMA:
     _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", _int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in {"null", "str", "seq", "map"}
+}
+_Loader.add_constructor("tag:yaml.org,2002:bool", _constructor("boolean", {"true": True, "false": False}.__getitem__))
+_Loader.add_constructor("tag:yaml.org,2002:int", _constructor("integer", lambda text: int(text, 0)))
+_Loader.add_constructor("tag:yaml.org,2002:float", _constructor("number", _float))
 
 
-def parse(text: str) -> object:
+def parse(text: str, name: str = "the job file") -> object:
     """The value of a YAML text.
 
     Raises:
@@ -75,7 +89,7 @@ def parse(text: str) -> object:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise JobError(
-            "the job file cannot be read",
+            f"{name} cannot be read",
             found=f"{getattr(error, 'problem', None) or error}" + (f", at line {mark.line + 1} column {mark.column + 1}" if mark else ""),
             expected="YAML with every key once",
             next_step="correct that line",
@@ -126,7 +140,7 @@ def _override(job: dict[str, object], item: str) -> None:
                 next_step="see gristmill show",
             )
         section: dict[str, object] = inner
-    section[key] = parse(value)
+    section[key] = parse(value, f"--set {item}")
 
 
 def validate(job: dict[str, object]) -> Job:
@@ -136,18 +150,25 @@ def validate(job: dict[str, object]) -> Job:
         JobError: it names every key that is wrong.
     """
     try:
+        text = json.dumps(job)
+    except ValueError as error:
+        raise JobError(
+            "the job cannot be read", found="an anchor that holds itself", expected="values that end", next_step="correct that alias"
+        ) from error
+    try:
         # JSON mode is strict about types and still reads lists as tuples.
-        return Job.model_validate_json(json.dumps(job))
+        return Job.model_validate_json(text)
     except ValidationError as error:
-        problems = [_problem(problem["loc"], problem["type"], problem["msg"], problem["input"]) for problem in error.errors()]
+        problems = [_problem(problem) for problem in error.errors()]
     whats, founds, expecteds, nexts = zip(*problems, strict=True)
     raise JobError("; ".join(whats), found="; ".join(founds), expected="; ".join(expecteds), next_step="; ".join(dict.fromkeys(nexts)))
 
 
-def _problem(location: tuple[int | str, ...], kind: str, message: str, found: object) -> tuple[str, str, str, str]:
+def _problem(problem: ErrorDetails) -> tuple[str, str, str, str]:
     """What, found, expected and next of one of pydantic's errors."""
-    section, path = _section(location)
+    section, path = _section(problem["loc"])
     key = ".".join(path)
+    kind = problem["type"]
     if kind == "extra_forbidden":
         allowed = list(section.model_fields) if section else []
         nearest = difflib.get_close_matches(path[-1], allowed, n=1, cutoff=0.5)
@@ -155,9 +176,12 @@ def _problem(location: tuple[int | str, ...], kind: str, message: str, found: ob
         return f"unknown key {key}", repr(path[-1]), expected, "correct the key's name"
     if kind == "missing":
         return f"missing key {key}", "nothing", f"a value for {path[-1]}", f"add {key} to the job file"
-    text = message.removeprefix("Value error, ")
-    shown = json.dumps(found)
-    return f"wrong value for {key or 'the job'}", shown if len(shown) <= 80 else f"{shown[:77]}...", text, "correct the value"  # noqa: PLR2004
+    disagreement = problem.get("ctx", {}).get("error")
+    if isinstance(disagreement, DisagreementError):
+        return f"keys of {key or 'the job'} do not go together", disagreement.found, disagreement.expected, "correct one of the values"
+    shown = json.dumps(problem["input"])
+    what = f"wrong value for {key or 'the job'}"
+    return what, shown if len(shown) <= 80 else f"{shown[:77]}...", problem["msg"], "correct the value"  # noqa: PLR2004
 
 
 def _section(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:

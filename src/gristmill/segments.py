@@ -4,12 +4,15 @@ Objects cannot be appended to, so an attempt keeps its records in memory and clo
 checkpoint and at its end. A step that was done again after a failure stands in two segments: the newest attempt's is the one that counts.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from gristmill import storage
+from gristmill.errors import InputError
 
 _NAME = re.compile(r"^(\d+)-(\d+)\.jsonl$")
 
@@ -36,17 +39,18 @@ class Segments:
 
 
 def read(folder: str) -> Iterator[dict[str, object]]:
-    """One clean stream in order of steps: each step as the newest attempt that reported it has it."""
+    """One clean stream in order of steps: each step as the newest attempt that reported it has it.
+
+    Raises:
+        InputError: a segment is damaged.
+    """
     newest: dict[int, tuple[int, list[dict[str, object]]]] = {}
     for name in storage.names(folder):
         match = _NAME.match(name)
         if match is None:
             continue
         attempt = int(match[2])
-        for line in storage.read(storage.join(folder, name)).splitlines():
-            record: dict[str, object] = json.loads(line)
-            step = record["step"]
-            assert isinstance(step, int)
+        for step, record in _records(storage.join(folder, name)):
             known_attempt, records = newest.get(step, (-1, []))
             if attempt > known_attempt:
                 newest[step] = (attempt, [record])
@@ -54,3 +58,18 @@ def read(folder: str) -> Iterator[dict[str, object]]:
                 records.append(record)
     for step in sorted(newest):
         yield from newest[step][1]
+
+
+def _records(path: str) -> Iterator[tuple[int, dict[str, object]]]:
+    for number, line in enumerate(storage.read(path).splitlines(), 1):
+        record: Any = None
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+        if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
+            raise InputError(
+                f"{path} is damaged",
+                found=f"line {number} is {line[:80]!r}",
+                expected="a JSON object with its step",
+                next_step="restore the file, or delete it and do without its steps",
+            )
+        yield record["step"], record

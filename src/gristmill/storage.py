@@ -6,6 +6,7 @@ the file system and to google-cloud-storage itself.
 
 import base64
 import contextlib
+import errno
 import fcntl
 import filecmp
 import functools
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import google_crc32c
 
-from gristmill.errors import AccessError, InputError
+from gristmill.errors import AccessError, InputError, JobError
 
 if TYPE_CHECKING:
     from google.cloud import storage
@@ -111,7 +112,7 @@ def replace(path: str, data: bytes) -> None:
 def replace_file(path: str, local: Path) -> None:
     """Moves the bytes of a local file made under `scratch(path)` over a file that may be there."""
     if is_remote(path):
-        with _gs_errors(path):
+        with _gs_errors(path, whole_bucket=True):
             _blob(path).upload_from_filename(str(local))
     else:
         _sync(local)
@@ -156,7 +157,12 @@ def scratch(path: str) -> Generator[Path]:
         beside = Path(path).parent
         beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".scratch-", dir=beside) as folder:
-        yield Path(folder) / "file"
+        try:
+            yield Path(folder) / "file"
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT} and error.filename is None:
+                error.filename = path if beside else folder  # write(2) does not know the name
+            raise
 
 
 def names(folder: str) -> list[str]:
@@ -164,7 +170,7 @@ def names(folder: str) -> list[str]:
     if not is_remote(folder):
         at = Path(folder)
         return sorted(entry.name for entry in at.iterdir() if entry.is_file()) if at.is_dir() else []
-    with _gs_errors(folder):
+    with _gs_errors(folder, whole_bucket=True):
         blob = _blob(join(folder, ""))
         return sorted(found.name.removeprefix(blob.name) for found in _client().list_blobs(blob.bucket, prefix=blob.name, delimiter="/"))
 
@@ -225,15 +231,22 @@ def _blob(path: str) -> "storage.Blob":
 
 
 @contextlib.contextmanager
-def _gs_errors(path: str) -> Generator[None]:
-    """Google's exceptions as those of a local file."""
+def _gs_errors(path: str, *, whole_bucket: bool = False) -> Generator[None]:
+    """Google's exceptions as those of a local file. What writes or lists misses nothing but a whole bucket."""
     from google.api_core import exceptions as api  # noqa: PLC0415
     from google.auth import exceptions as auth  # noqa: PLC0415
 
     try:
         yield
     except api.NotFound as error:
-        raise FileNotFoundError(f"{path}: {error.message}") from error
+        if not whole_bucket:
+            raise FileNotFoundError(f"{path}: {error.message}") from error
+        raise JobError(
+            "the bucket does not exist",
+            found=f"no {path[: path.index('/', len('gs://'))]}, for {path}",
+            expected="a bucket that was created before",
+            next_step="create it (gcloud storage buckets create) or correct the bucket's name in the job file",
+        ) from error
     except (api.Forbidden, api.Unauthorized, auth.DefaultCredentialsError, auth.RefreshError) as error:
         raise AccessError(
             f"{path} may not be used",
@@ -250,7 +263,8 @@ def _upload_if_absent(path: str, local: Path) -> bool:
     with _gs_errors(path):
         blob = _blob(path)
         try:
-            blob.upload_from_filename(str(local), if_generation_match=0, checksum="crc32c")
+            with _gs_errors(path, whole_bucket=True):
+                blob.upload_from_filename(str(local), if_generation_match=0, checksum="crc32c")
         except api.PreconditionFailed:
             blob.reload()
             found = checksums(local)
@@ -274,7 +288,8 @@ def _gs_swap(path: str, expected: bytes | None, data: bytes) -> bool:
             if blob.download_as_bytes(if_generation_match=generation) != expected:
                 return False
         try:
-            blob.upload_from_string(data, if_generation_match=generation)
+            with _gs_errors(path, whole_bucket=True):
+                blob.upload_from_string(data, if_generation_match=generation)
         except api.PreconditionFailed:
             return False
         return True

@@ -5,9 +5,11 @@ Logs go to standard error, as a console a person likes on a terminal and as one 
 
 import contextlib
 import functools
+import logging
 import sys
 import time
 from collections.abc import Callable, Generator
+from typing import override
 
 import structlog
 from prometheus_client import Counter, Gauge, start_http_server
@@ -32,10 +34,21 @@ HELD_OUT_BITS_PER_BYTE = Gauge("gristmill_held_out_bits_per_byte", "Held-out bit
 CHECKPOINT_STEP = Gauge("gristmill_checkpoint_step", "Step of the newest checkpoint handed to the writer.")
 
 
+class _Structured(logging.Handler):
+    """What libraries say through Python's own loggers, in the form of ours."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        log().log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
+
+
 def configure() -> None:
     """Sets the form of logs for this process."""
+    logging.basicConfig(level=logging.WARNING, handlers=[_Structured()])
     terminal = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer(pad_event_to=0, pad_level=False) if terminal else structlog.processors.JSONRenderer()
+    renderer = (
+        structlog.dev.ConsoleRenderer(pad_event_to=0, pad_level=False, sort_keys=False) if terminal else structlog.processors.JSONRenderer()
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

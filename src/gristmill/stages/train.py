@@ -96,6 +96,13 @@ def run(job: Job, context: Context) -> TrainManifest:
         checkpoints.wait()
         owner.check()
         storage.replace(storage.join(folder, "manifest.json"), result.encode())
+    if stop.requested:
+        raise PreemptedError(
+            "told to stop",
+            found=f"a signal at the last step, {job.steps}",
+            expected="training is done",
+            next_step="run the same command again to go on with the next stage",
+        )
     return result
 
 
@@ -118,9 +125,10 @@ def _train(loop: _Run, state: TrainState, start: int | None) -> None:
                 score = held_out.total(loop.score(state.params))
                 loop.report.held_out(done, score)
                 loss = score.loss
-            if last or loop.stop.requested or done % train.save_every_steps == 0:
+            stopping = loop.stop.requested  # read once: a signal may come at any moment
+            if last or stopping or done % train.save_every_steps == 0:
                 _save(loop, done, state, loss)
-            if loop.stop.requested and not last:
+            if stopping and not last:
                 raise PreemptedError(
                     "training was told to stop",
                     found=f"a signal at step {done} of {job.steps}",
@@ -130,11 +138,14 @@ def _train(loop: _Run, state: TrainState, start: int | None) -> None:
 
 
 def _save(loop: _Run, done: int, state: TrainState, loss: float | None) -> None:
+    if loop.stop.by is not None:
+        telemetry.log().warning("told to stop: saving; once more ends at once", signal=loop.stop.by.name, step=done)
     loop.report.drain()
     loop.owner.check()
-    loop.checkpoints.save(done, state, loss)
+    # Before the checkpoint: its commit in the background may be the last thing this process does, and no attempt would do these steps again.
     loop.report.metrics.close()
     loop.ledger.close()
+    loop.checkpoints.save(done, state, loss)
     if loop.stop.requested:
         loop.checkpoints.wait()
     telemetry.CHECKPOINT_STEP.set(done)

@@ -6,7 +6,7 @@ knows what a document is in a .txt file. fsspec's zstd ends without a word at a 
 
 import ast
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, override
 
@@ -82,7 +82,7 @@ class _StrictParquetReader(_StrictReader, ParquetReader):
     """Parquet, strictly."""
 
     @override
-    def read_file(self, filepath: str) -> Iterator[Document]:
+    def read_file(self, filepath: str) -> Generator[Document]:
         with self.data_folder.open(filepath, "rb") as file:
             columns = pq.read_schema(file).names
         if self.text_key not in columns:

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 
 from gristmill import storage
 from gristmill.config import Corpus, SampleSource, Source
-from gristmill.errors import JobError, SourceError
+from gristmill.errors import AccessError, JobError, SourceError
 from gristmill.manifest import Record
 
 TEXT_SUFFIXES = (".txt",)
@@ -130,7 +130,16 @@ class _reachable:  # noqa: N801  # reads as a verb: with _reachable(...)
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, httpx2.HTTPError | FileNotFoundError | ConnectionError | TimeoutError):
+        if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # gcsfs says no more than this
+            raise AccessError(
+                f"source {self.name} may not be read",
+                found=f"{self.url}: {str(error).splitlines()[0]}",
+                expected="an account with the role storage.objectViewer on the source's bucket",
+                next_step="sign in (gcloud auth application-default login) or give the pod's service account that role",
+            ) from error
+        unreachable = isinstance(error, httpx2.HTTPError | FileNotFoundError | ConnectionError | TimeoutError)
+        # gcsfs hands on the errors of its own and of the libraries below it, which take a second to import.
+        if unreachable or (kind is not None and kind.__module__.partition(".")[0] in {"aiohttp", "gcsfs", "google", "requests"}):
             raise SourceError(
                 f"source {self.name} cannot be had",
                 found=f"{self.url}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
