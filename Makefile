@@ -26,7 +26,7 @@ help: ## Show this help
 
 .venv/.gristmill: .venv/.packages pyproject.toml README.md rustbpe/Cargo.toml rustbpe/Cargo.lock $(wildcard rustbpe/src/*.rs)
 	@command -v cargo >/dev/null || { \
-	  echo "gristmill needs Rust 1.85 or newer: 'cargo' is not there. Install it with rustup" >&2; exit 1; }
+	  echo "gristmill needs Rust 1.88 or newer: 'cargo' is not there. Install it with rustup" >&2; exit 1; }
 	$(BIN)/maturin develop --release --locked --uv
 	@touch $@
 
