@@ -21,6 +21,8 @@ from gristmill.stages import export
 from gristmill.text import tokenizers
 from gristmill.training import runs, sharding, step
 
+pytest_plugins = ["bucket"]
+
 
 def gristmill(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "XLA_FLAGS": ""}
@@ -117,3 +119,16 @@ def test_a_prompt_is_continued_on_request_and_the_same_way_each_time(finished: t
     output = gristmill(*asked).stdout
     assert output.startswith("und die")
     assert gristmill(*asked).stdout == output
+
+
+def test_a_run_on_gs_gives_the_scores_of_a_local_one(
+    finished: tuple[Path, str], emulator: str, gs: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT"):
+        monkeypatch.setenv(name, emulator)
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "any")
+    job = tmp_path / "job.yaml"
+    job.write_text(finished[0].read_text())
+    ended = gristmill("run", job, "--set", f"bucket={gs}/runs")
+    assert ended.stdout == finished[1].replace(str(finished[0].parent / "out"), f"{gs}/runs")
+    assert gristmill("run", job, "--set", f"bucket={gs}/runs").stderr.count("done already") == 7
