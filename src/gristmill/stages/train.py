@@ -142,7 +142,7 @@ def _save(loop: _Run, done: int, state: TrainState, loss: float | None) -> None:
         telemetry.log().warning("told to stop: saving; once more ends at once", signal=loop.stop.by.name, step=done)
     loop.report.drain()
     loop.owner.check()
-    # Before the checkpoint: its commit in the background may be the last thing this process does, and no attempt would do these steps again.
+    # Before the checkpoint: once it is committed, no attempt does these steps again.
     loop.report.metrics.close()
     loop.ledger.close()
     loop.checkpoints.save(done, state, loss)
