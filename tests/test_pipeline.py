@@ -114,6 +114,19 @@ def test_an_edited_source_makes_everything_after_it_new_and_asks_for_a_run_of_it
     assert "another `run` name" in refused.value.stderr
 
 
+def test_a_run_that_diverges_ends_with_79_and_keeps_its_metrics(finished: tuple[Path, str]) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as diverged:
+        gristmill("run", finished[0], "--set", "run=diverges", "--set", "train.learning_rate=1e30")
+    assert diverged.value.returncode == 79
+    last = json.loads(diverged.value.stderr.splitlines()[-1])
+    assert (last["error"], last["event"]) == ("DivergedError", "training diverged")
+    assert "lower train.learning_rate" in last["next"]
+    assert "LEARNING RATE: train.learning_rate 1e+30 is" in diverged.value.stderr
+    kept = [record["step"] for record in segments.read(str(finished[0].parent / "out" / "runs" / "diverges" / "metrics"))]
+    assert kept[:2] == [0, 1]
+    assert not (finished[0].parent / "out" / "runs" / "diverges" / "manifest.json").exists()
+
+
 def test_a_prompt_is_continued_on_request_and_the_same_way_each_time(finished: tuple[Path, str]) -> None:
     asked = ("sample", finished[0], "--prompt", "und die", "--set", "sample.temperature=0")
     output = gristmill(*asked).stdout

@@ -19,7 +19,8 @@ from gristmill.data import loader, shards
 from gristmill.data.loader import Slice
 from gristmill.data.mixture import Mixture, step_digest
 from gristmill.data.packing import Batch
-from gristmill.errors import PreemptedError
+from gristmill.data.shards import ShardsManifest
+from gristmill.errors import DivergedError, PreemptedError
 from gristmill.manifest import Context, find
 from gristmill.model import arithmetic
 from gristmill.model.transformer import Params
@@ -51,6 +52,18 @@ class _Run:
     ledger: segments.Segments
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """What is known before the run is claimed."""
+
+    job: Job
+    context: Context
+    manifest: ShardsManifest
+    tokenizer: TokenizerManifest
+    program: Program
+    mixture: Mixture
+
+
 def run(job: Job, context: Context) -> TrainManifest:
     """Trains the model of a job, from its newest checkpoint on.
 
@@ -62,9 +75,8 @@ def run(job: Job, context: Context) -> TrainManifest:
         PreemptedError: told to stop, and saved.
     """
     manifest, tokenizer = shards.current(job)
-    folder = runs.folder(job)
     name = runs.identity_digest(job, manifest)
-    done = find(TrainManifest, folder, name)
+    done = find(TrainManifest, runs.folder(job), name)
     if done is not None:
         telemetry.log().info("training is done already", run=job.run, step=done.step)
         return done
@@ -77,26 +89,8 @@ def run(job: Job, context: Context) -> TrainManifest:
     result = TrainManifest(
         stage="train", format=runs.FORMAT, digest=name, inputs={"shards": manifest.digest}, step=job.steps, parameters=parameters
     )
-    with (
-        claimed(folder, take_over=context.take_over) as owner,
-        open_checkpoints(folder, job.train.keep_checkpoints) as checkpoints,
-        graceful() as stop,
-    ):
-        start = checkpoints.latest_step()
-        resume.check(folder, job, resume.of(job, manifest.digest), start)
-        _log_attempt(job, folder, owner.attempt, start)
-        score = held_out.scorer(job, manifest, tokenizer, program)
-        batches = loader.training(job, manifest, Slice(jax.process_index(), jax.process_count()), start or 0)
-        metrics = segments.Segments(storage.join(folder, "metrics"), owner.attempt)
-        ledger = segments.Segments(storage.join(folder, "ledger"), owner.attempt)
-        report = Report(job, metrics, arithmetic.flops_per_token(job.model, tokenizer.vocab_size, job.shards.sequence_length))
-        loop = _Run(job, program, mixture, manifest.digest, batches, score, checkpoints, owner, stop, report, ledger)
-        state = program.init(job.train.seed) if start is None else checkpoints.restore(start, program.abstract_state)
-        _train(loop, state, start)
-        checkpoints.wait()
-        owner.check()
-        storage.replace(storage.join(folder, "manifest.json"), result.encode())
-    if stop.requested:
+    stopped = _attempt(_Attempt(job, context, manifest, tokenizer, program, mixture), result)
+    if stopped:
         raise PreemptedError(
             "told to stop",
             found=f"a signal at the last step, {job.steps}",
@@ -104,6 +98,38 @@ def run(job: Job, context: Context) -> TrainManifest:
             next_step="run the same command again to go on with the next stage",
         )
     return result
+
+
+def _attempt(attempt: _Attempt, result: TrainManifest) -> bool:
+    """Claims the run, trains it to its end and commits its manifest; whether a signal came too late to stop it."""
+    job, manifest, program = attempt.job, attempt.manifest, attempt.program
+    folder = runs.folder(job)
+    with (
+        claimed(folder, take_over=attempt.context.take_over) as owner,
+        open_checkpoints(folder, job.train.keep_checkpoints) as checkpoints,
+        graceful() as stop,
+    ):
+        start = checkpoints.latest_step()
+        resume.check(folder, job, resume.of(job, manifest.digest), start)
+        _log_attempt(job, folder, owner.attempt, start)
+        score = held_out.scorer(job, manifest, attempt.tokenizer, program)
+        batches = loader.training(job, manifest, Slice(jax.process_index(), jax.process_count()), start or 0)
+        metrics, ledger = (segments.Segments(storage.join(folder, name), owner.attempt) for name in ("metrics", "ledger"))
+        report = Report(job, metrics, arithmetic.flops_per_token(job.model, manifest.vocab_size, manifest.sequence_length))
+        loop = _Run(job, program, attempt.mixture, manifest.digest, batches, score, checkpoints, owner, stop, report, ledger)
+        state = program.init(job.train.seed) if start is None else checkpoints.restore(start, program.abstract_state)
+        try:
+            _train(loop, state, start)
+        except DivergedError:
+            # No attempt follows that would report these steps again.
+            owner.check()
+            metrics.close()
+            ledger.close()
+            raise
+        checkpoints.wait()
+        owner.check()
+        storage.replace(storage.join(folder, "manifest.json"), result.encode())
+    return stop.requested
 
 
 def _train(loop: _Run, state: TrainState, start: int | None) -> None:

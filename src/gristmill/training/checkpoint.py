@@ -18,13 +18,13 @@ from gristmill.model.transformer import Params
 from gristmill.training.step import TrainState
 
 _HELD_OUT_LOSS = "held_out_loss"
+_STEP_DIGITS = 9
 
 
 @dataclass(frozen=True)
 class Checkpoints:
     """The open checkpoints of a run."""
 
-    folder: str
     manager: ocp.CheckpointManager
 
     def latest_step(self) -> int | None:
@@ -58,39 +58,42 @@ class Checkpoints:
         )
         return TrainState(found["optimizer"]["step"], found["parameters"], found["optimizer"]["state"])
 
-    def restore_parameters(self, step: int, abstract: Params) -> Params:
-        """The parameters of a step.
 
-        Raises:
-            InputError: there is no such checkpoint.
-        """
-        steps = list(self.manager.all_steps())
+def read_parameters(run_folder: str, step: int, abstract: Params) -> Params:
+    """The parameters of a step, each array where the abstract ones say; leaves alone what a trainer may be writing.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    options = ocp.CheckpointManagerOptions(step_format_fixed_length=_STEP_DIGITS, read_only=True)
+    with ocp.CheckpointManager(_folder(run_folder), options=options) as manager:
+        steps = sorted(manager.all_steps())
         if step not in steps:
             raise InputError(
                 f"there is no checkpoint of step {step}",
-                found=f"steps {sorted(steps)} in {self.folder}",
+                found=f"steps {steps} in {run_folder}/checkpoints",
                 expected=f"step {step}, as the run's manifest says",
-                next_step="run `gristmill train JOB` again",
+                next_step="restore the checkpoint, or delete the run's manifest.json and run `gristmill train JOB`",
             )
-        found: Any = self.manager.restore(step, args=ocp.args.Composite(parameters=ocp.args.StandardRestore(abstract)))
-        return found["parameters"]
+        found: Any = manager.restore(step, args=ocp.args.Composite(parameters=ocp.args.StandardRestore(abstract)))
+    return found["parameters"]
 
 
 @contextmanager
 def open_checkpoints(run_folder: str, keep: int) -> Generator[Checkpoints]:
     """The checkpoints below a run's folder; leaving waits until the last one is complete."""
-    folder = storage.join(run_folder, "checkpoints")
-    path = folder if storage.is_remote(folder) else str(Path(folder).absolute())
     keep_best = policies.BestN(
         get_metric_fn=lambda metrics: metrics[_HELD_OUT_LOSS], reverse=True, n=1, keep_checkpoints_without_metrics=False
     )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
-        step_format_fixed_length=9,
+        step_format_fixed_length=_STEP_DIGITS,
         cleanup_tmp_directories=True,
     )
-    manager = ocp.CheckpointManager(path, options=options)
-    try:
-        yield Checkpoints(folder, manager)
-    finally:
-        manager.close()
+    with ocp.CheckpointManager(_folder(run_folder), options=options) as manager:
+        yield Checkpoints(manager)
+
+
+def _folder(run_folder: str) -> str:
+    folder = storage.join(run_folder, "checkpoints")
+    return folder if storage.is_remote(folder) else str(Path(folder).absolute())

@@ -6,7 +6,7 @@ from gristmill.data.shards import ShardsManifest
 from gristmill.manifest import Manifest, digest, require
 from gristmill.model.transformer import Params
 from gristmill.training import resume
-from gristmill.training.checkpoint import open_checkpoints
+from gristmill.training.checkpoint import read_parameters
 from gristmill.training.step import Program
 
 FORMAT = 1
@@ -46,5 +46,4 @@ def parameters(job: Job, finished: TrainManifest, program: Program) -> Params:
     Raises:
         InputError: the checkpoint is gone.
     """
-    with open_checkpoints(folder(job), job.train.keep_checkpoints) as checkpoints:
-        return checkpoints.restore_parameters(finished.step, program.abstract_state.params)
+    return read_parameters(folder(job), finished.step, program.abstract_state.params)
