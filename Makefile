@@ -41,7 +41,7 @@ demo: setup ## Train a small model on this machine, from text to samples and an 
 lint: setup ## Check style, types, import contracts and the Rust core
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 	$(BIN)/lint-imports --no-logo
 	cargo fmt --manifest-path rustbpe/Cargo.toml --check
 	cargo clippy --manifest-path rustbpe/Cargo.toml --release --locked --all-targets -- -D warnings

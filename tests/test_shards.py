@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tiny
-from gristmill import jobfile
+from gristmill import jobfile, storage
 from gristmill.config import Job
 from gristmill.data import loader, mixture, shards
 from gristmill.data.loader import Slice
@@ -18,6 +18,8 @@ from gristmill.manifest import Context
 from gristmill.stages import corpus, tokenizer
 from gristmill.stages import shards as stage
 from gristmill.text import documents, tokenizers
+
+pytest_plugins = ["bucket"]
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +144,23 @@ def test_metadata_of_intact_shards_passes(built: tuple[Job, ShardsManifest]) -> 
     job, manifest = built
     shards.check_metadata(job.bucket, manifest)
     assert all(Path(shards.folder(job.bucket, manifest.digest), shard.file.name).exists() for shard in manifest.shards)
+
+
+def test_rows_on_gs_are_read_through_copies_that_stay_within_their_room(
+    built: tuple[Job, ShardsManifest], gs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, manifest = built
+    one = manifest.of("a", "train")[0]
+    twice = [one, one.model_copy(update={"file": one.file.model_copy(update={"name": "a/again"})})]
+    path = Path(shards.folder(job.bucket, manifest.digest), one.file.name)
+    for shard in twice:
+        storage.commit(storage.join(shards.folder(gs, manifest.digest), shard.file.name), path.read_bytes())
+    monkeypatch.setattr(shards, "_CACHE_BYTES", one.file.size_bytes)
+    local, remote = Rows(job.bucket, manifest, [one]), Rows(gs, manifest, twice)
+    for index in (0, len(local), 1, len(local) + 1):
+        np.testing.assert_array_equal(remote[index].ids, local[index % len(local)].ids)
+    copies = remote._copies  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    assert copies is not None
+    assert len(list(copies.iterdir())) == 1
+    del remote
+    assert not copies.exists()

@@ -168,30 +168,34 @@ def verified_file(folder: str, file: File, *, stage: str) -> Generator[Path]:
     Raises:
         InputError: the file is missing, or its bytes are not those of the manifest.
     """
+    with tempfile.TemporaryDirectory() as scratch:
+        yield fetch(folder, file, Path(scratch) / "file", stage=stage)
+
+
+def fetch(folder: str, file: File, copy: Path, *, stage: str) -> Path:
+    """A stage's file after its bytes were checked: itself where it is local, else a copy.
+
+    Raises:
+        InputError: the file is missing, or its bytes are not those of the manifest.
+    """
     path = storage.join(folder, file.name)
-    with contextlib.ExitStack() as stack:
+    try:
         if storage.is_remote(path):
-            local = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "file"
-            storage.download(path, local)
-        else:
-            local = Path(path)
-        if not local.exists():
-            raise damaged(path, found="no such file", expected=f"{file.size_bytes} bytes", stage=stage)
+            storage.download(path, copy)
+        local = copy if storage.is_remote(path) else Path(path)
         sums = storage.checksums(local)
-        if sums.sha256 != file.sha256:
-            raise damaged(path, found=f"{sums.size_bytes} bytes, sha256 {sums.sha256[:16]}…", expected=_identity(file), stage=stage)
-        yield local
+    except FileNotFoundError as error:
+        raise damaged(folder, file, found="no such file", stage=stage) from error
+    if sums.sha256 != file.sha256:
+        raise damaged(folder, file, found=f"{sums.size_bytes} bytes, sha256 {sums.sha256[:16]}…", stage=stage)
+    return local
 
 
-def damaged(path: str, *, found: str, expected: str, stage: str) -> InputError:
+def damaged(folder: str, file: File, *, found: str, stage: str) -> InputError:
     """The error for a file that is not what its manifest says."""
     return InputError(
-        f"{path} does not match its manifest",
+        f"{storage.join(folder, file.name)} does not match its manifest",
         found=found,
-        expected=expected,
-        next_step=f"delete the folder {path.rpartition('/')[0]} and run the {stage} stage again, or restore the file",
+        expected=f"{file.size_bytes} bytes, sha256 {file.sha256[:16]}…, crc32c {file.crc32c}",
+        next_step=f"restore the file, or delete the folder {folder} and run the {stage} stage again",
     )
-
-
-def _identity(file: File) -> str:
-    return f"{file.size_bytes} bytes, sha256 {file.sha256[:16]}…"

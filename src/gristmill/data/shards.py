@@ -2,8 +2,10 @@
 
 import bisect
 import itertools
+import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from gristmill import storage
 from gristmill.config import Job
 from gristmill.data.packing import Row, decode_row, id_dtype
-from gristmill.manifest import File, Manifest, Record, damaged, digest, require
+from gristmill.manifest import File, Manifest, Record, damaged, digest, fetch, require
 from gristmill.text import documents, tokenizers
 from gristmill.text.documents import Split
 from gristmill.text.tokenizers import TokenizerManifest
@@ -97,16 +99,12 @@ def check_metadata(bucket: str, manifest: ShardsManifest) -> None:
     at = folder(bucket, manifest.digest)
     for shard in manifest.shards:
         path = storage.join(at, shard.file.name)
-        expected = f"{shard.file.size_bytes} bytes"
         try:
-            size = storage.size_bytes(path)
-            crc32c = storage.crc32c_if_known(path)
+            size, crc32c = storage.size_bytes(path), storage.crc32c_if_known(path)
         except FileNotFoundError as error:
-            raise damaged(path, found="no such file", expected=expected, stage="shards") from error
-        if size != shard.file.size_bytes:
-            raise damaged(path, found=f"{size} bytes", expected=expected, stage="shards")
-        if crc32c not in {None, shard.file.crc32c}:
-            raise damaged(path, found=f"crc32c {crc32c}", expected=f"crc32c {shard.file.crc32c}", stage="shards")
+            raise damaged(at, shard.file, found="no such file", stage="shards") from error
+        if size != shard.file.size_bytes or crc32c not in {None, shard.file.crc32c}:
+            raise damaged(at, shard.file, found=f"{size} bytes, crc32c {crc32c or 'not known'}", stage="shards")
 
 
 class Rows:
@@ -123,7 +121,7 @@ class Rows:
         self._dtype = id_dtype(manifest.vocab_size)
         self._lock = threading.Lock()
         self._open: dict[int, ArrayRecordDataSource] = {}
-        self._cache: tempfile.TemporaryDirectory[str] | None = None
+        self._copies: Path | None = None
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -141,28 +139,19 @@ class Rows:
             return self._open[shard]
 
     def _local(self, shard: int) -> Path:
-        """A checked local copy of a shard."""
+        """A checked local path of a shard."""
         file = self._shards[shard].file
-        path = storage.join(self._folder, file.name)
-        if storage.is_remote(path):
-            local = self._make_room(shard) / f"{shard}.array_record"
-            storage.download(path, local)
-        else:
-            local = Path(path)
-        if not local.exists():
-            raise damaged(path, found="no such file", expected=f"{file.size_bytes} bytes", stage="shards")
-        sums = storage.checksums(local)
-        if sums.sha256 != file.sha256:
-            raise damaged(path, found=f"sha256 {sums.sha256[:16]}…", expected=f"sha256 {file.sha256[:16]}…", stage="shards")
-        return local
+        copy = self._room_for(shard) if storage.is_remote(self._folder) else Path()
+        return fetch(self._folder, file, copy, stage="shards")
 
-    def _make_room(self, shard: int) -> Path:
-        """The cache's folder, after the files that were opened first have left enough room for a shard."""
-        if self._cache is None:
-            self._cache = tempfile.TemporaryDirectory(prefix="gristmill-rows-")
-        needed = self._shards[shard].file.size_bytes
-        while self._open and sum(self._shards[one].file.size_bytes for one in self._open) + needed > _CACHE_BYTES:
-            oldest = next(iter(self._open))
-            del self._open[oldest]
-            (Path(self._cache.name) / f"{oldest}.array_record").unlink()
-        return Path(self._cache.name)
+    def _room_for(self, shard: int) -> Path:
+        """Where a copy of a shard goes, after those that were made first have left enough room for it."""
+        if self._copies is None:
+            self._copies = Path(tempfile.mkdtemp(prefix="gristmill-rows-"))
+            weakref.finalize(self, shutil.rmtree, self._copies)
+        sizes = {one: self._shards[one].file.size_bytes for one in self._open}
+        while sizes and sum(sizes.values()) + self._shards[shard].file.size_bytes > _CACHE_BYTES:
+            oldest = next(iter(sizes))
+            del self._open[oldest], sizes[oldest]
+            (self._copies / f"{oldest}.array_record").unlink()
+        return self._copies / f"{shard}.array_record"
