@@ -2,6 +2,7 @@
 
 import os
 
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -11,3 +12,7 @@ os.environ["XLA_FLAGS"] = (
 )
 _TYPED = ["model", "training.step", "training.sharding", "training.optimizer", "inference", "interop"]
 install_import_hook([f"gristmill.{module}" for module in _TYPED], "beartype.beartype")
+
+# How long an example takes says nothing of what it claims, and machines are busy at times.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")

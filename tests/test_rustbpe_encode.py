@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import tiktoken
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bpe import BOS, EOS, MIXED_LINES, PATTERN, VOCAB_SIZE, WHOLE_TEXT, bytes_encoder, corpus, encoder, reference
 from gristmill import rustbpe
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=300))
 def test_ids_equal_those_of_tiktoken(text: str) -> None:
     assert encoder().encode(text).tolist() == reference().encode_ordinary(text)
@@ -25,7 +24,6 @@ def test_ids_of_mixed_lines_equal_those_of_tiktoken(line: str) -> None:
         assert encoder().decode(ids) == text
 
 
-@settings(deadline=None)
 @given(text=st.text(alphabet="aab é", min_size=90, max_size=400))
 def test_ids_of_long_pieces_equal_those_of_tiktoken(text: str) -> None:
     learned_from = "".join(np.random.default_rng(0).choice(list("aab é"), 2000))
@@ -72,13 +70,11 @@ def test_single_bytes_need_not_come_in_order() -> None:
     assert turned.decode(turned.encode("abc ß")) == "abc ß"
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=200))
 def test_decoding_an_encoding_gives_the_text(text: str) -> None:
     assert encoder().decode(encoder().encode(text)) == text
 
 
-@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, VOCAB_SIZE + 1), max_size=50))
 def test_decoding_any_ids_equals_tiktoken(ids: list[int]) -> None:
     assert encoder().decode_bytes(ids) == reference().decode_bytes(ids)

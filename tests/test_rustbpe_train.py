@@ -70,7 +70,7 @@ def run_python(script: str, **environment: str) -> str:
 tiny_texts = st.lists(st.text(alphabet="aaab \0\nßé漢😀", max_size=24), max_size=6)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(texts=tiny_texts, count=st.integers(0, 30))
 def test_merges_equal_those_of_a_naive_trainer(texts: list[str], count: int) -> None:
     found = rustbpe.train(texts, vocab_size=256 + count, pattern=SIMPLE_PATTERN)
