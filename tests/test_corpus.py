@@ -140,25 +140,29 @@ def test_the_sample_is_readable_text_of_this_python(tmp_path: Path) -> None:
 
 
 def test_an_unpinned_dataset_is_resolved_to_a_commit_that_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = "c" * 40
+    (tmp_path / "x.jsonl").write_text("".join(f"{json.dumps({'text': f'document {index}'})}\n" for index in range(50)))
+    commits = iter(["c" * 40, "d" * 40])
     asked: list[str] = []
 
     class Hub:
         def dataset_info(self, name: str, *, revision: str | None) -> object:
             asked.append(f"{name}@{revision}")
-            return type("Info", (), {"sha": commit})()
+            return type("Info", (), {"sha": next(commits)})()
 
     def listed(_name: str, url: str) -> list[tuple[str, sources.SourceFile]]:
-        return [(url, sources.SourceFile(name="x.parquet", size_bytes=1, hash="sha256:0"))]
+        asked.append(url)
+        return [(str(tmp_path / "x.jsonl"), sources.SourceFile(name="x.jsonl", size_bytes=1, hash="sha256:0"))]
 
     monkeypatch.setattr(sources, "HfApi", Hub)
     monkeypatch.setattr(sources, "_list", listed)
-    job = tiny.job(tmp_path)
-    job["corpus"] = {"sources": {"a": files("hf://datasets/o/n/x*.parquet", allow_unpinned=True), "b": files("hf://datasets/o/n@main/x")}}
-    unpinned, branch = jobfile.validate(job).corpus.sources.items()
-    (located,) = sources.resolve(jobfile.validate(job).corpus.model_copy(update={"sources": dict([unpinned])}))
-    assert asked == ["o/n@None"]
-    assert located.resolved.revisions == (commit,)
-    assert located.urls == (f"hf://datasets/o/n@{commit}/x*.parquet",)
+    pointer = tmp_path / "out" / "runs" / "tiny" / "corpus.json"
+    job, first = make(tmp_path, own=files("hf://datasets/o/n/x*.jsonl", allow_unpinned=True))
+    assert asked == ["o/n@None", f"hf://datasets/o/n@{'c' * 40}/x*.jsonl"]
+    assert json.loads(pointer.read_text())["revisions"] == {"own": ["c" * 40]}
+    assert corpus.run(job, Context()) == first
+    assert json.loads(pointer.read_text())["revisions"] == {"own": ["d" * 40]}
+
+
+def test_a_branch_is_no_pin(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="not pinned"):
-        sources.resolve(jobfile.validate(job).corpus.model_copy(update={"sources": dict([branch])}))
+        make(tmp_path, own=files("hf://datasets/o/n@main/x.jsonl"))

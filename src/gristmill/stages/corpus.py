@@ -78,7 +78,7 @@ def run(job: Job, context: Context) -> CorpusManifest | None:
         committed(folder, manifest)
     else:
         telemetry.log().info("corpus is done already", digest=identity[:12])
-    documents.point(job, manifest)
+    documents.point(job, manifest, {source.resolved.name: source.revisions for source in located})
     return manifest
 
 

@@ -66,6 +66,8 @@ class _Pointer(Record):
 
     digest: Sha256
     section: Sha256
+    revisions: dict[str, tuple[str, ...]]
+    """The commits that a source's hf:// paths stood for."""
 
 
 def section(corpus: Corpus) -> dict[str, object]:
@@ -78,9 +80,10 @@ def section(corpus: Corpus) -> dict[str, object]:
     return {**values, "order": list(corpus.sources)}
 
 
-def point(job: Job, corpus: CorpusManifest) -> None:
-    """Names the corpus a run uses, so that later stages find it without seeing the sources."""
-    pointer = _Pointer(digest=corpus.digest, section=digest("corpus", corpus.format, job.corpus.model_dump(mode="json"), {}))
+def point(job: Job, corpus: CorpusManifest, revisions: dict[str, tuple[str, ...]]) -> None:
+    """Names the corpus a run uses, so that later stages find it without seeing the sources, and the commits it was read from."""
+    section_digest = digest("corpus", corpus.format, job.corpus.model_dump(mode="json"), {})
+    pointer = _Pointer(digest=corpus.digest, section=section_digest, revisions=revisions)
     if storage.read_if_present(_pointer_path(job)) != pointer.encode():
         storage.replace(_pointer_path(job), pointer.encode())
 

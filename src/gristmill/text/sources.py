@@ -38,8 +38,6 @@ class ResolvedSource(Record):
     name: str
     kind: str
     files: tuple[SourceFile, ...]
-    revisions: tuple[str, ...] = ()
-    """The commit that each hf:// path stands for."""
 
 
 class Resolved(Record):
@@ -54,6 +52,8 @@ class Located:
 
     resolved: ResolvedSource
     urls: tuple[str, ...]
+    revisions: tuple[str, ...]
+    """The commit that each hf:// path stands for. Another commit with the same files is the same source."""
 
 
 def resolve(corpus: Corpus) -> list[Located]:
@@ -82,8 +82,8 @@ def _resolve(name: str, source: Source) -> Located:
 
 
 def _located(name: str, kind: str, found: list[tuple[str, SourceFile]], revisions: tuple[str, ...]) -> Located:
-    resolved = ResolvedSource(name=name, kind=kind, files=tuple(file for _, file in found), revisions=revisions)
-    return Located(resolved, tuple(url for url, _ in found))
+    resolved = ResolvedSource(name=name, kind=kind, files=tuple(file for _, file in found))
+    return Located(resolved, tuple(url for url, _ in found), revisions)
 
 
 def standard_library() -> Path:
