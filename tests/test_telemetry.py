@@ -44,12 +44,10 @@ def metrics(port: int) -> str:
 
 
 def on_a_terminal(*arguments: object) -> tuple[int, str]:
-    """Exit code and everything the command shows on a terminal of its own."""
+    """Exit code and everything that a Python command shows on a terminal of its own."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "gristmill", *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
-    ) as child:
+    with subprocess.Popen([sys.executable, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as child:
         os.close(theirs)
         shown = b""
         while True:
@@ -105,16 +103,30 @@ def test_a_slow_stage_on_a_pipe_says_how_far_it_is(monkeypatch: pytest.MonkeyPat
 
 def test_a_terminal_gets_a_bar_and_no_json(tmp_path: Path) -> None:
     job = tiny.write_job(tmp_path)
-    code, shown = on_a_terminal("corpus", job)
+    code, shown = on_a_terminal("-m", "gristmill", "corpus", job)
     assert code == 0
     assert re.search(r"corpus ━+ 2/2 [\d,.]+ tasks/s", shown)
     assert '{"' not in shown
-    code, shown = on_a_terminal("corpus", job)
+    code, shown = on_a_terminal("-m", "gristmill", "corpus", job)
     assert re.search(r"^\d\d:\d\d:\d\d \[info\] corpus is done already +digest=[0-9a-f]{12}\s*$", shown)
 
 
+def test_a_log_line_on_a_terminal_stands_above_the_bar_and_not_behind_it() -> None:
+    script = """
+from gristmill import telemetry
+telemetry.configure()
+with telemetry.progress("shards", total=3, unit="tasks") as advance:
+    for _ in range(3):
+        advance(1)
+        telemetry.log().info("said")
+"""
+    _, shown = on_a_terminal("-c", script)
+    assert "shards ━" in shown
+    assert len(re.findall(r"(?:^|[\r\n])\d\d:\d\d:\d\d \[info\] said", shown)) == 3
+
+
 def test_an_error_on_a_terminal_is_four_readable_lines(built: Built) -> None:
-    code, shown = on_a_terminal("corpus", built.job, *sets(train__sed=1))
+    code, shown = on_a_terminal("-m", "gristmill", "corpus", built.job, *sets(train__sed=1))
     assert code == 2
     assert shown.splitlines() == [
         "JobError: unknown key train.sed",

@@ -78,7 +78,7 @@ class Report:
         telemetry.MFU.set(mfu)
         if step % self.job.train.log_every_steps == 0 or step == self.job.steps:
             telemetry.log().info(
-                "step",
+                "train",
                 step=step,
                 of=self.job.steps,
                 loss=round(loss, 4),
