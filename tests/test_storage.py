@@ -63,8 +63,7 @@ def test_size_and_checksum_come_from_metadata(at: str, tmp_path: Path) -> None:
     local.write_bytes(data)
     sums = storage.checksums(local)
     assert (sums.size_bytes, sums.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-    assert storage.size_bytes(f"{at}/file") == len(data)
-    assert storage.crc32c_if_known(f"{at}/file") == (sums.crc32c if at.startswith("gs://") else None)
+    assert storage.size_and_crc32c(f"{at}/file") == (len(data), sums.crc32c if at.startswith("gs://") else None)
     assert int.from_bytes(base64.b64decode(sums.crc32c)) == google_crc32c.value(data)
 
 
@@ -206,8 +205,7 @@ USES: dict[str, Callable[[str], object]] = {
     "commit": lambda path: storage.commit(path, b""),
     "replace": lambda path: storage.replace(path, b""),
     "swap": lambda path: storage.swap(path, None, b""),
-    "size": storage.size_bytes,
-    "crc32c": storage.crc32c_if_known,
+    "size and crc32c": storage.size_and_crc32c,
     "names": lambda path: storage.names(path.rpartition("/")[0]),
     "delete": storage.delete,
 }

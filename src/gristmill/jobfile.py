@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from gristmill.config import DisagreementError, Job
 from gristmill.errors import JobError
 
+_SHOWN_CHARACTERS = 80
 _CORE_SCHEMA = (
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -181,7 +182,7 @@ def _problem(problem: ErrorDetails) -> tuple[str, str, str, str]:
         return f"keys of {key or 'the job'} do not go together", disagreement.found, disagreement.expected, "correct one of the values"
     shown = json.dumps(problem["input"])
     what = f"wrong value for {key or 'the job'}"
-    return what, shown if len(shown) <= 80 else f"{shown[:77]}...", problem["msg"], "correct the value"  # noqa: PLR2004
+    return what, shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[: _SHOWN_CHARACTERS - 3]}...", problem["msg"], "correct the value"
 
 
 def _section(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:

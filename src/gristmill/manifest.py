@@ -130,6 +130,15 @@ def committed(folder: str, manifest: Manifest) -> None:
     storage.commit(storage.join(folder, "manifest.json"), manifest.encode())
 
 
+@contextlib.contextmanager
+def rewritten(folder: str, manifest: Manifest) -> Generator[None]:
+    """Makes a run stage's work real: while its files are written over, there is no manifest that would call them done."""
+    path = storage.join(folder, "manifest.json")
+    storage.delete(path)
+    yield
+    storage.replace(path, manifest.encode())
+
+
 def run_tasks[R: Record](
     folder: str, task_count: int, context: Context, result: type[R], do: Callable[[int], R], *, stage: str
 ) -> list[R] | None:

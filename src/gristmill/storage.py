@@ -175,29 +175,19 @@ def names(folder: str) -> list[str]:
         return sorted(found.name.removeprefix(blob.name) for found in _client().list_blobs(blob.bucket, prefix=blob.name, delimiter="/"))
 
 
-def size_bytes(path: str) -> int:
-    """Size of a file, from metadata.
+def size_and_crc32c(path: str) -> tuple[int, str | None]:
+    """Size of a file in bytes and its crc32c, from metadata alone; no crc32c of a local file, whose bytes would have to be read.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     if not is_remote(path):
-        return Path(path).stat().st_size
+        return Path(path).stat().st_size, None
     with _gs_errors(path):
         blob = _blob(path)
         blob.reload()
         assert blob.size is not None
-        return blob.size
-
-
-def crc32c_if_known(path: str) -> str | None:
-    """The crc32c that gs:// keeps beside a file; None for a local one, whose bytes would have to be read."""
-    if not is_remote(path):
-        return None
-    with _gs_errors(path):
-        blob = _blob(path)
-        blob.reload()
-        return blob.crc32c
+        return blob.size, blob.crc32c
 
 
 def checksums(local: Path) -> Checksums:

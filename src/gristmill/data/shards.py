@@ -100,7 +100,7 @@ def check_metadata(bucket: str, manifest: ShardsManifest) -> None:
     for shard in manifest.shards:
         path = storage.join(at, shard.file.name)
         try:
-            size, crc32c = storage.size_bytes(path), storage.crc32c_if_known(path)
+            size, crc32c = storage.size_and_crc32c(path)
         except FileNotFoundError as error:
             raise damaged(at, shard.file, found="no such file", stage="shards") from error
         if size != shard.file.size_bytes or crc32c not in {None, shard.file.crc32c}:

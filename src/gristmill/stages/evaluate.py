@@ -10,7 +10,7 @@ import jax
 from gristmill import storage, telemetry
 from gristmill.config import Job
 from gristmill.data import shards
-from gristmill.manifest import Context, Manifest, digest, find
+from gristmill.manifest import Context, Manifest, digest, find, rewritten
 from gristmill.training import held_out, runs, sharding, step
 from gristmill.training.held_out import Score
 
@@ -45,10 +45,9 @@ def run(job: Job, _: Context) -> EvaluateManifest:
     rows = {source: _row(score) for source, score in [*scores.items(), ("all", held_out.total(scores))]}
     for source, row in rows.items():
         telemetry.log().info("held out", source=source, **{key: round(value, 4) for key, value in row.items()})
-    storage.delete(storage.join(folder, "manifest.json"))
-    storage.replace(storage.join(folder, "scores.json"), f"{json.dumps(rows, indent=1)}\n".encode())
     result = EvaluateManifest(stage="evaluate", format=FORMAT, digest=name, inputs=inputs, step=finished.step)
-    storage.replace(storage.join(folder, "manifest.json"), result.encode())
+    with rewritten(folder, result):
+        storage.replace(storage.join(folder, "scores.json"), f"{json.dumps(rows, indent=1)}\n".encode())
     return result
 
 

@@ -11,7 +11,7 @@ from gristmill.config import Job, Mesh
 from gristmill.data import shards
 from gristmill.interop import huggingface
 from gristmill.interop.huggingface import SpecialIds
-from gristmill.manifest import Context, File, Manifest, describe, digest, find
+from gristmill.manifest import Context, File, Manifest, describe, digest, find, rewritten
 from gristmill.text import tokenizers
 from gristmill.training import runs, sharding, step
 from gristmill.training.runs import TrainManifest
@@ -48,7 +48,6 @@ def run(job: Job, _: Context) -> ExportManifest:
     mesh = sharding.make_mesh(Mesh(), jax.local_devices()[:1])
     program = step.build(job.model, job.train, mesh, vocab_size=tokenizer.vocab_size, steps=job.steps)
     params = jax.device_get(runs.parameters(job, finished, program))
-    storage.delete(storage.join(folder(job), "manifest.json"))
     with storage.scratch(storage.join(folder(job), "export")) as scratch:
         made = scratch.parent
         ids = SpecialIds(bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad)
@@ -56,12 +55,12 @@ def run(job: Job, _: Context) -> ExportManifest:
         for file_name in ("tokenizer.json", "tokenizer_config.json"):
             (made / file_name).write_bytes(tokenizers.read_file(job.bucket, tokenizer, file_name))
         (made / "README.md").write_text(_card(job, finished), encoding="utf-8")
-        files: list[File] = []
-        for path in sorted(made.iterdir()):
-            files.append(describe(path.name, path))
-            storage.replace_file(storage.join(folder(job), path.name), path)
-    result = ExportManifest(stage="export", format=FORMAT, digest=name, inputs=inputs, step=finished.step, files=tuple(files))
-    storage.replace(storage.join(folder(job), "manifest.json"), result.encode())
+        paths = sorted(made.iterdir())
+        files = tuple(describe(path.name, path) for path in paths)
+        result = ExportManifest(stage="export", format=FORMAT, digest=name, inputs=inputs, step=finished.step, files=files)
+        with rewritten(folder(job), result):
+            for path in paths:
+                storage.replace_file(storage.join(folder(job), path.name), path)
     return result
 
 

@@ -13,7 +13,7 @@ from gristmill.config import Job, Mesh
 from gristmill.data import shards
 from gristmill.inference import generate
 from gristmill.inference.generate import Sampling
-from gristmill.manifest import Context, Manifest, Record, digest, find
+from gristmill.manifest import Context, Manifest, Record, digest, find, rewritten
 from gristmill.text import tokenizers
 from gristmill.training import runs, sharding, step
 
@@ -49,10 +49,9 @@ def run(job: Job, _: Context) -> SampleManifest:
         telemetry.log().info("samples are done already", run=job.run, step=done.step)
         return done
     lines = [json.dumps(sampled.model_dump(), ensure_ascii=False) for sampled in continue_prompts(job, job.sample.prompts)]
-    storage.delete(storage.join(folder, "manifest.json"))
-    storage.replace(storage.join(folder, "samples.jsonl"), "".join(f"{line}\n" for line in lines).encode())
     result = SampleManifest(stage="sample", format=FORMAT, digest=name, inputs=inputs, step=finished.step)
-    storage.replace(storage.join(folder, "manifest.json"), result.encode())
+    with rewritten(folder, result):
+        storage.replace(storage.join(folder, "samples.jsonl"), "".join(f"{line}\n" for line in lines).encode())
     return result
 
 
