@@ -42,7 +42,7 @@ def test_a_file_is_created_once_and_equal_bytes_are_success(at: str) -> None:
 
 
 def test_a_missing_file_is_not_found(at: str) -> None:
-    for ask in (storage.read, storage.size_bytes):
+    for ask in (storage.read, storage.size_and_crc32c):
         with pytest.raises(FileNotFoundError):
             ask(f"{at}/missing")
     storage.delete(f"{at}/missing")
